@@ -38,7 +38,7 @@ from airflow_worker_insight.ui.views.panel import Panel, build_panel
 from airflow_worker_insight.ui.views.parts import Notice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
 
@@ -261,8 +261,9 @@ def worker_page(
                 dag_ids=dag_ids,
                 may_decide=may_decide,
             ),
-            comparison=_comparison(connection, row, dag_ids) if may_read and not row.host_only else None,
         )
+        if may_read and not row.host_only:
+            instance = replace(instance, comparison=_comparison(connection, row, instance.others, dag_ids))
     return worker.build_worker_page(instance, params, may_read=may_read, may_decide=may_decide, now=now)
 
 
@@ -363,14 +364,23 @@ def _require_finding(connection: Connection, finding_id: str, dag_ids: Collectio
     return stored
 
 
-def _comparison(connection: Connection, row: WorkerRow, dag_ids: Collection[str]) -> comparison.Comparison:
-    """Compare a worker with its peers; no query may follow on the connection."""
+def _comparison(
+    connection: Connection, row: WorkerRow, others: Iterable[WorkerRow], dag_ids: Collection[str]
+) -> comparison.Comparison:
+    """Compare a worker with its peers, and with the instance before it; no query may follow on the connection.
 
-    def read() -> tuple[list[FirstTry], list[FirstTry]]:
+    :param others: other instances of its name, the latest first
+    """
+    earlier = next((other for other in others if other.ref < row.ref), None)
+
+    def read() -> tuple[list[FirstTry], list[FirstTry], list[FirstTry]]:
+        before = []
+        if earlier is not None:
+            before = first_tries.of_worker(connection, earlier.ref, dag_ids=dag_ids, limit=comparison.RESTART_TRIES)
         own = first_tries.of_worker(connection, row.ref, dag_ids=dag_ids, limit=comparison.WORKER_TRIES)
         tasks = comparison.tasks_to_compare(own)
         if not tasks:
-            return own, []
+            return own, [], before
         peers = first_tries.of_tasks(
             connection,
             tasks,
@@ -379,10 +389,13 @@ def _comparison(connection: Connection, row: WorkerRow, dag_ids: Collection[str]
             limit=comparison.TASK_TRIES,
             is_mapped=any(each.key.map_index >= 0 for each in own if each.task in tasks),
         )
-        return own, peers
+        return own, peers, before
 
-    own, peers = _unless_busy(connection, read) or (None, [])
-    return comparison.build_comparison(row.worker_id, own, peers)
+    own, peers, before = _unless_busy(connection, read) or (None, [], [])
+    compared = comparison.build_comparison(row.worker_id, own, peers)
+    if earlier is None or own is None:
+        return compared
+    return replace(compared, restart=comparison.build_restart(row.started_at or row.registered_at, before, own))
 
 
 def attempts_page(

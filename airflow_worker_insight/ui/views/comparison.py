@@ -27,6 +27,9 @@ TASK_TRIES = 64
 WORKER_TRIES = 500
 """Latest first tries of a worker that are compared with its peers'."""
 
+RESTART_TRIES = 100
+"""Latest first tries of the instance before and of this one, by which a restart is judged."""
+
 MAX_TASKS = 20
 """Tasks that are compared on a worker's page."""
 
@@ -136,12 +139,22 @@ class TaskLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """A worker before and after its latest restart; the texts are clauses."""
+
+    at: datetime
+    before: str
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
-    """A worker against its peers."""
+    """A worker against its peers, and against itself before it was restarted."""
 
     text: str
     lines: tuple[TaskLine, ...]
     rest: str
+    restart: Restart | None = None
 
 
 def tasks_to_compare(tries: Iterable[FirstTry]) -> list[tuple[str, str]]:
@@ -174,6 +187,24 @@ def build_comparison(worker_id: str, tries: Sequence[FirstTry] | None, peers: It
     failed = len({each.task for each in tries if each.has_failed})
     rest = f"And {formatting.count(failed - len(shares), 'task', 'tasks')} more." if failed > len(shares) else ""
     return Comparison(_comparison_text(tries), tuple(_line(name, worker_id, share) for share in shares), rest)
+
+
+def build_restart(at: datetime, before: Sequence[FirstTry], since: Sequence[FirstTry]) -> Restart:
+    """Compare an instance with the one before it.
+
+    :param at: when it started
+    :param before: latest first tries of the instance before, of any length
+    :param since: its own
+    """
+    return Restart(at, _failed_text(before[:RESTART_TRIES]), _failed_text(since[:RESTART_TRIES]))
+
+
+def _failed_text(tries: Sequence[FirstTry]) -> str:
+    if not tries:
+        return "no first try that you may see"
+    failures = sum(each.has_failed for each in tries)
+    number = formatting.count(len(tries), "first try", "first tries")
+    return f"{failures:,} of {number} failed ({formatting.percent(failures, len(tries))})"
 
 
 def _comparison_text(tries: Sequence[FirstTry]) -> str:

@@ -5,6 +5,7 @@ Lists, one worker, decisions, and what each reader may see and do.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -515,6 +516,22 @@ def test_worker_is_compared_with_its_peers_by_readable_tasks(client_of: ClientOf
     assert "5 of 6" in page
     assert "w1@host-1 fails more than its peers on <code>load</code>" in page
     assert "This worker against its peers" not in client_of("jobs only").get("workers/w1").text
+
+
+def test_worker_that_was_restarted_is_compared_with_itself_before(
+    client_of: ClientOf, fleet: Database, failures: str
+) -> None:
+    assert failures
+    with fleet.engine.begin() as connection:
+        now = database_now(connection)
+        for dag_id, state in ((READABLE, "success"), (SECRET, "failed")):
+            run = add_run(connection, dag_id, "after", state="running", ended_at=None)
+            key = add_try(connection, run, "load", state=state, started_at=now, ended_at=now)
+            record_start(connection, key, a_worker("w1-again", name="w1@host-1"), try_started_at=now, now=now)
+    page = " ".join(client_of("few jobs").get("workers/w1-again").text.split())
+    assert re.search(r"Before its restart at <time[^>]*>[^<]+</time>: 5 of 7 first tries failed", page)
+    assert "Since then: 0 of 1 first try failed (0 %)." in page
+    assert "Before its restart" not in client_of("few jobs").get("workers/w1").text
 
 
 @pytest.mark.parametrize("read", ["of_tasks", "of_worker"])

@@ -14,6 +14,7 @@ from airflow_worker_insight.ui.views.comparison import (
     MAX_TASKS,
     Failure,
     build_comparison,
+    build_restart,
     build_verdict,
     latest_failure,
     tasks_to_compare,
@@ -144,6 +145,13 @@ def test_healthy_and_new_and_busy_are_told_apart() -> None:
     )
     assert build_comparison("w3", [], []).text == "No first try to compare."
     assert build_comparison("w3", None, []).text == BUSY
+
+
+def test_restart_is_judged_by_the_latest_tries_before_and_since() -> None:
+    restart = build_restart(at(0), first_tries("w3", 120, 99), first_tries("w3", 9, 0))
+    assert restart.before == "99 of 100 first tries failed (99 %)"
+    assert restart.since == "0 of 9 first tries failed (0 %)"
+    assert build_restart(at(0), [], first_tries("w3", 1, 1)).before == "no first try that you may see"
 
 
 def test_only_some_tasks_are_compared_and_the_rest_is_counted() -> None:
