@@ -1,4 +1,4 @@
-"""Is it the worker? On real Celery workers under Airflow's own executor, one of which fails what it runs.
+"""Is it the worker? On four real workers, one of which fails what it runs, under Airflow's own executors and ours.
 
 ``WORKER_INSIGHT_PICTURES=docs/images`` renews the pictures of the documentation.
 """
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.sync_api import expect
 
+from tests.integration.placing import EXECUTOR, wait_consuming
 from tests.support.browser import BrowserUser
 from tests.support.deployment import Deployment
-from tests.support.fleet import INSTANCE, WITNESS, start_worker, start_workers, witnessed
+from tests.support.fleet import INSTANCE, WITNESS, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from tests.support.environments import Environment
     from tests.support.services import Postgres, Redis
 
-HOST = socket.gethostname()
+EXECUTORS = {
+    "celery": "CeleryExecutor",
+    "placing": EXECUTOR,
+    "edge": "airflow.providers.edge3.executors.EdgeExecutor",
+}
 WORKERS = ("w1", "w2", "w3", "w4")
 SICK = "w3"
 
@@ -52,11 +57,13 @@ sales()
 )
 
 
-@pytest.fixture(scope="module")
-def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis) -> Iterator[Deployment]:
+@pytest.fixture(scope="module", params=EXECUTORS)
+def airflow(
+    request: pytest.FixtureRequest, airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis
+) -> Iterator[Deployment]:
     with Deployment(
         airflow_env("3.3.2"),
-        executor="CeleryExecutor",
+        executor=EXECUTORS[request.param],
         postgres=postgres,
         redis=redis,
         config={
@@ -66,13 +73,35 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis
             # What one worker fetches beyond what it runs would wait there although others are free.
             "celery.worker_prefetch_multiplier": "1",
             "dag_processor.min_file_process_interval": "600",
+            "edge.heartbeat_interval": "2",
         },
     ) as deployment:
         deployment.write_dag("sales", DAG)
         deployment.migrate()
         deployment.start_all()
-        start_workers(deployment, *WORKERS)
+        for name in WORKERS:
+            start_worker(deployment, name)
+        for name in WORKERS:
+            deployment.wait_ready(deployment.components[name])
+        if request.param == "placing":
+            wait_consuming(deployment, *WORKERS)
         yield deployment
+
+
+def start_worker(airflow: Deployment, name: str, *, again: bool = False) -> None:
+    """Start a worker of two slots, whose tasks write its name; wait for nothing."""
+    component, slots = ("edge worker", ["--concurrency", "2"]) if is_edge(airflow) else ("celery worker", [])
+    env = {INSTANCE: f"{name}-again" if again else name}
+    airflow.start(component, *slots, name=name, env=env, wait=False)
+
+
+def is_edge(airflow: Deployment) -> bool:
+    return airflow.executor == EXECUTORS["edge"]
+
+
+def sick(airflow: Deployment) -> str:
+    """Return the name of the sick worker."""
+    return SICK if is_edge(airflow) else f"{SICK}@{socket.gethostname()}"
 
 
 @pytest.fixture
@@ -83,9 +112,9 @@ def person(browser: Browser, airflow: Deployment) -> Iterator[BrowserUser]:
         assert not user.uncaught
 
 
-def pictures(person: BrowserUser, name: str) -> None:
+def pictures(airflow: Deployment, person: BrowserUser, name: str) -> None:
     folder = os.environ.get("WORKER_INSIGHT_PICTURES")
-    if folder:
+    if folder and airflow.executor == EXECUTORS["celery"]:
         person.screenshot(Path(folder) / f"{name}-light.png")
         person.screenshot(Path(folder) / f"{name}-dark.png", theme="dark")
         person.set_theme("light")
@@ -123,13 +152,13 @@ def test_sick_worker_is_found_and_said_in_a_sentence(airflow: Deployment) -> Non
             break
     finding = airflow.wait_for(lambda: found(airflow), 120, "the finding")
     assert finding is not None
-    assert (finding["subject_kind"], finding["subject"], finding["outcome"]) == ("worker", f"{SICK}@{HOST}", "failed")
+    assert (finding["subject_kind"], finding["subject"], finding["outcome"]) == ("worker", sick(airflow), "failed")
     # What still ran when it was found has not failed so far: at most two tries, the worker's slots.
     assert finding["tries"] - 2 <= finding["failures"] <= finding["tries"]
     assert finding["peer_failures"] == 0
     assert finding["evidence"] >= finding["needed"]
-    assert finding["title"] == f"{SICK}@{HOST} fails more than its peers on the same tasks"
-    assert f"ran on {SICK}@{HOST}" in finding["text"]
+    assert finding["title"] == f"{sick(airflow)} fails more than its peers on the same tasks"
+    assert f"ran on {sick(airflow)}" in finding["text"]
     assert {task["dag_id"] for task in finding["tasks"]} == {"sales"}
 
 
@@ -147,22 +176,22 @@ def test_statistics_count_the_tries_of_each_worker(airflow: Deployment) -> None:
 def test_one_click_takes_it_out_and_a_restart_does_not_bring_it_back(airflow: Deployment, person: BrowserUser) -> None:
     person.open("/worker-insight/insight")
     card = person.page.locator("#wi-open")
-    expect(card).to_contain_text(f"{SICK}@{HOST} fails more than its peers on the same tasks")
-    pictures(person, "insight")
+    expect(card).to_contain_text(f"{sick(airflow)} fails more than its peers on the same tasks")
+    pictures(airflow, person, "insight")
     card.get_by_role("button", name="Quarantine").first.click()
     person.page.wait_for_load_state()
     wait_enforced(airflow, "in_effect")
     assert run(airflow)[SICK] == 0
 
     airflow.stop(SICK)
-    start_worker(airflow, SICK, instance=f"{SICK}-again")
+    start_worker(airflow, SICK, again=True)
     wait_enforced(airflow, "in_effect")
     assert run(airflow)[SICK] == 0
 
     worker_id = latest(airflow)["worker_id"]
     person.open(f"/worker-insight/workers/{worker_id}")
     expect(person.page.locator("#wi-availability")).to_contain_text("In effect")
-    pictures(person, "worker-quarantined")
+    pictures(airflow, person, "worker-quarantined")
     person.page.get_by_role("radio", name="Gets new tasks").check()
     person.page.get_by_role("button", name="Save").click()
     wait_enforced(airflow, None)
@@ -179,7 +208,7 @@ def found_id(airflow: Deployment) -> int:
 
 def latest(airflow: Deployment) -> dict[str, Any]:
     """Return the sick worker's latest instance."""
-    workers = rest(airflow, "workers", name=f"{SICK}@{HOST}", order_by="registered_at")["workers"]
+    workers = rest(airflow, "workers", name=sick(airflow), order_by="registered_at")["workers"]
     worker: dict[str, Any] = workers[-1]
     return worker
 
