@@ -458,6 +458,26 @@ def open_worker_names(connection: Connection) -> dict[str, list[int]]:
     return dict(found)
 
 
+def open_groups(connection: Connection, by: str) -> dict[str, list[int]]:
+    """Return the groups of workers that open or recovering findings are about, with the IDs of these findings.
+
+    :param by: as for :func:`.workers.counts.group_workers`; findings are about groups by ``hostname`` or a label only
+    """
+    kind, _, dimension = by.partition(":")
+    subject_kind = {"hostname": SubjectKind.HOST, "label": SubjectKind.LABEL}.get(kind)
+    if subject_kind is None:
+        return {}
+    found: dict[str, list[int]] = defaultdict(list)
+    query = select(finding.c.id, finding.c.data).where(
+        finding.c.state != FindingState.CLOSED, finding.c.subject_kind == subject_kind
+    )
+    for row in connection.execute(query.order_by(finding.c.id)):
+        data = json.loads(row.data)
+        if data["dimension"] == (dimension or SubjectKind.HOST):
+            found[data["unit"]].append(row.id)
+    return dict(found)
+
+
 def count_open(connection: Connection) -> dict[str, int]:
     """Return the number of findings that are not closed, by outcome; 0 where there is none."""
     rows = connection.execute(

@@ -183,6 +183,7 @@ def workers_page(params: WorkersParams) -> workers_view.WorkersPage:
             any_worker=bool(rows or groups) or _any_worker(connection),
             sources=freshness.list_sources(connection),
             findings=findings.open_worker_names(connection) if rows else {},
+            group_findings=findings.open_groups(connection, params.group) if groups else {},
         )
     # The lifespan of this package's FastAPI app polls the workers.
     polls = airflow_plugins.serves_fastapi_apps()

@@ -138,6 +138,8 @@ class GroupLine:
     shares: tuple[Share, ...]
     text: str
     load: Load | None
+    findings: tuple[int, ...]
+    """IDs of the open findings about the group itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,8 @@ class Listing:
     sources: Sequence[SourceStatus]
     findings: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """IDs of open findings by the names of the workers that they concern."""
+    group_findings: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """IDs of open findings by the names of the groups that they are about."""
 
 
 def listed_states(params: WorkersParams) -> frozenset[str] | None:
@@ -215,7 +219,7 @@ def build_workers_page(
         lines=tuple(
             _line(row, listing.decisions.get(row.ref), listing.findings.get(row.name, ())) for row in listing.rows
         ),
-        groups=tuple(_group(group, params) for group in listing.groups),
+        groups=tuple(_group(group, params, listing.group_findings.get(group.name, ())) for group in listing.groups),
         group_name=_group_name(params.group),
         group_options=options(
             params.group,
@@ -302,7 +306,7 @@ def _line(row: WorkerRow, latest: WorkerChange | None, findings: Sequence[int]) 
     )
 
 
-def _group(group: WorkerGroup, params: WorkersParams) -> GroupLine:
+def _group(group: WorkerGroup, params: WorkersParams, findings: Sequence[int]) -> GroupLine:
     total = sum(group.states.values())
     shares = []
     offset = 0
@@ -319,6 +323,7 @@ def _group(group: WorkerGroup, params: WorkersParams) -> GroupLine:
         shares=tuple(shares),
         text=", ".join(share.text for share in shares),
         load=load(group.running, group.concurrency) if group.concurrency or group.running else None,
+        findings=tuple(findings),
     )
 
 

@@ -284,6 +284,21 @@ def test_names_of_workers_with_findings(database: Database) -> None:
 
 
 @on_both
+def test_groups_with_findings(database: Database) -> None:
+    zone = a_finding(1, dimension="zone", unit="b", subject="b")
+    host = a_finding(2, dimension="host", unit="b", subject="b")
+    node = a_finding(3, dimension="node", unit="b", subject="b")
+    sync(database, zone, host, node, a_finding(4, "b"), ended(a_finding(5, dimension="zone", unit="c", subject="c")))
+    ids = {row.number: row.finding_id for row in listed(database)}
+    with database.engine.connect() as connection:
+        assert findings.open_groups(connection, "label:zone") == {"b": [ids[1]]}
+        assert findings.open_groups(connection, "hostname") == {"b": [ids[2]]}
+        # A label may have any key.
+        assert findings.open_groups(connection, "label:host") == {}
+        assert findings.open_groups(connection, "queue") == {}
+
+
+@on_both
 def test_hostile_names_are_stored_as_they_are(database: Database) -> None:
     name = '\'; DROP TABLE x; -- "w" \\ \0 <b>ä\u202e' + "n" * 300
     sync(database, a_finding(dimension="name", unit=name, subject=name, worker_ids=[]))

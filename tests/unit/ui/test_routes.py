@@ -443,6 +443,26 @@ def test_workers_with_open_findings_are_marked_and_filtered(client_of: ClientOf,
     assert "workers/w1" not in client.get("workers?findings=open").text
 
 
+@pytest.mark.usefixtures("found")
+def test_groups_with_open_findings_are_marked(client_of: ClientOf, fleet: Database) -> None:
+    client = client_of()
+    # A finding about a worker does not mark its host.
+    assert "wi-mark-finding" not in client.get("workers?group=hostname").text
+    with fleet.engine.begin() as connection:
+        hosts = [
+            a_finding(number, dimension="host", unit="host-1", subject="host-1", outcome=outcome)
+            for number, outcome in ((2, "failed"), (3, "slow"))
+        ]
+        stored = findings.sync(connection, [a_finding(worker="w1"), *hosts], now=database_now(connection)).new
+    page = client.get("workers?group=hostname").text
+    assert f'class="wi-mark-finding" href="{root_of(client)}/insight"' in page
+    assert "2 findings</a>" in page
+    client.post(f"insight/{stored[0].finding_id}/dismiss", headers=SAME_ORIGIN)
+    mark = f'class="wi-mark-finding" href="{root_of(client)}/insight/{stored[1].finding_id}"'
+    assert client.get("workers?group=hostname").text.count(mark) == 1
+    assert "wi-mark-finding" not in client.get("workers?group=queue").text
+
+
 def test_dismissed_finding_is_closed_with_note_and_author(client_of: ClientOf, found: int) -> None:
     client = client_of(root="/airflow")
     answer = client.post(f"insight/{found}/dismiss", data={"note": "Known <b>bug</b>"}, headers=SAME_ORIGIN)

@@ -203,6 +203,12 @@ def test_groups_show_states_and_link_their_workers() -> None:
     assert (page.pages.range_text, page.notice) == ("2 groups", None)
 
 
+def test_group_has_the_findings_about_it() -> None:
+    groups = [WorkerGroup("a", {"online": 1}, 0, 0), WorkerGroup("b", {"online": 1}, 0, 0)]
+    page = a_page(params=WorkersParams(group="label:zone"), groups=groups, group_findings={"b": [7, 9]})
+    assert [group.findings for group in page.groups] == [(), (7, 9)]
+
+
 def test_each_label_is_a_group_option() -> None:
     page = a_page(
         params=WorkersParams(group="label:zone"),
