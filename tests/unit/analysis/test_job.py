@@ -349,6 +349,7 @@ class Dismissing:
         self.found: list[list[Mapping[str, Any]]] = []
         self.told: list[object] = []
         self.dismissed: frozenset[int] = frozenset()
+        self.quarantined: frozenset[int] = frozenset()
 
     def sync(self, _connection: object, found: Sequence[Mapping[str, Any]], *, now: datetime) -> Dismissing:
         assert now
