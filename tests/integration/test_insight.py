@@ -26,13 +26,10 @@ if TYPE_CHECKING:
     from tests.support.environments import Environment
     from tests.support.services import Postgres, Redis
 
-EXECUTORS = {
-    "celery": "CeleryExecutor",
-    "placing": EXECUTOR,
-    "edge": "airflow.providers.edge3.executors.EdgeExecutor",
-}
+EXECUTORS = {"celery": "CeleryExecutor", "placing": EXECUTOR}
 WORKERS = ("w1", "w2", "w3", "w4")
 SICK = "w3"
+SICK_NODE = f"{SICK}@{socket.gethostname()}"
 
 DAG = (
     WITNESS
@@ -73,7 +70,6 @@ def airflow(
             # What one worker fetches beyond what it runs would wait there although others are free.
             "celery.worker_prefetch_multiplier": "1",
             "dag_processor.min_file_process_interval": "600",
-            "edge.heartbeat_interval": "2",
         },
     ) as deployment:
         deployment.write_dag("sales", DAG)
@@ -90,18 +86,7 @@ def airflow(
 
 def start_worker(airflow: Deployment, name: str, *, again: bool = False) -> None:
     """Start a worker of two slots, whose tasks write its name; wait for nothing."""
-    component, slots = ("edge worker", ["--concurrency", "2"]) if is_edge(airflow) else ("celery worker", [])
-    env = {INSTANCE: f"{name}-again" if again else name}
-    airflow.start(component, *slots, name=name, env=env, wait=False)
-
-
-def is_edge(airflow: Deployment) -> bool:
-    return airflow.executor == EXECUTORS["edge"]
-
-
-def sick(airflow: Deployment) -> str:
-    """Return the name of the sick worker."""
-    return SICK if is_edge(airflow) else f"{SICK}@{socket.gethostname()}"
+    airflow.start("celery worker", name=name, env={INSTANCE: f"{name}-again" if again else name}, wait=False)
 
 
 @pytest.fixture
@@ -152,13 +137,13 @@ def test_sick_worker_is_found_and_said_in_a_sentence(airflow: Deployment) -> Non
             break
     finding = airflow.wait_for(lambda: found(airflow), 120, "the finding")
     assert finding is not None
-    assert (finding["subject_kind"], finding["subject"], finding["outcome"]) == ("worker", sick(airflow), "failed")
+    assert (finding["subject_kind"], finding["subject"], finding["outcome"]) == ("worker", SICK_NODE, "failed")
     # What still ran when it was found has not failed so far: at most two tries, the worker's slots.
     assert finding["tries"] - 2 <= finding["failures"] <= finding["tries"]
     assert finding["peer_failures"] == 0
     assert finding["evidence"] >= finding["needed"]
-    assert finding["title"] == f"{sick(airflow)} fails more than its peers on the same tasks"
-    assert f"ran on {sick(airflow)}" in finding["text"]
+    assert finding["title"] == f"{SICK_NODE} fails more than its peers on the same tasks"
+    assert f"ran on {SICK_NODE}" in finding["text"]
     assert {task["dag_id"] for task in finding["tasks"]} == {"sales"}
 
 
@@ -176,15 +161,17 @@ def test_statistics_count_the_tries_of_each_worker(airflow: Deployment) -> None:
 def test_one_click_takes_it_out_and_a_restart_does_not_bring_it_back(airflow: Deployment, person: BrowserUser) -> None:
     person.open("/worker-insight/insight")
     card = person.page.locator("#wi-open")
-    expect(card).to_contain_text(f"{sick(airflow)} fails more than its peers on the same tasks")
+    expect(card).to_contain_text(f"{SICK_NODE} fails more than its peers on the same tasks")
     pictures(airflow, person, "insight")
     card.get_by_role("button", name="Quarantine").first.click()
     person.page.wait_for_load_state()
     wait_enforced(airflow, "in_effect")
     assert run(airflow)[SICK] == 0
 
+    before = latest(airflow)["worker_id"]
     airflow.stop(SICK)
     start_worker(airflow, SICK, again=True)
+    airflow.wait_for(lambda: latest(airflow)["worker_id"] != before, 120, "the new instance")
     wait_enforced(airflow, "in_effect")
     assert run(airflow)[SICK] == 0
 
@@ -208,7 +195,7 @@ def found_id(airflow: Deployment) -> int:
 
 def latest(airflow: Deployment) -> dict[str, Any]:
     """Return the sick worker's latest instance."""
-    workers = rest(airflow, "workers", name=sick(airflow), order_by="registered_at")["workers"]
+    workers = rest(airflow, "workers", name=SICK_NODE, order_by="registered_at")["workers"]
     worker: dict[str, Any] = workers[-1]
     return worker
 
