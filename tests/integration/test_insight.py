@@ -138,8 +138,8 @@ def test_sick_worker_is_found_and_said_in_a_sentence(airflow: Deployment) -> Non
     finding = airflow.wait_for(lambda: found(airflow), 120, "the finding")
     assert finding is not None
     assert (finding["subject_kind"], finding["subject"], finding["outcome"]) == ("worker", SICK_NODE, "failed")
-    # What still ran when it was found has not failed so far: at most two tries, the worker's slots.
-    assert finding["tries"] - 2 <= finding["failures"] <= finding["tries"]
+    # What still ran when it was found, or whose end had not been read, has not failed so far.
+    assert 3 <= finding["failures"] <= finding["tries"]
     assert finding["peer_failures"] == 0
     assert finding["evidence"] >= finding["needed"]
     assert finding["title"] == f"{SICK_NODE} fails more than its peers on the same tasks"
