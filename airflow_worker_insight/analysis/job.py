@@ -198,7 +198,7 @@ class Job:
         return result
 
     def recompute(self) -> None:
-        """Take the lease from whoever has it; the next step computes the state anew from the recorded history."""
+        """Take the lease from its holder. The next step computes the state anew from the recorded history."""
         with session.writing(self._bounds) as connection:
             now = self._clock(connection)
             job_store.acquire(connection, self.holder, now=now, lasts=self._lease, by_force=True)
@@ -266,7 +266,7 @@ class Job:
             if row_key in found:
                 restored.add_stored(found[row_key], slot)
             else:
-                # The try was deleted, so nobody can say how it ended. Its end must not move the detector's time.
+                # A user has deleted the try, so its end is unknown. The detector must not move its clock for it.
                 excluded = Ended(feed.event_key(row_key), End.EXCLUDED, restored.detector.now / 1000)
                 restored.detector.add(excluded)
                 restored.dirty.add(slot)
@@ -343,7 +343,7 @@ class Job:
                 if self._rollup is not None and self._sinks.add_statistics and not self._rollup.is_empty:
                     self._sinks.add_statistics(connection, self._rollup.take())
         except BaseException:
-            # Nobody knows whether the database committed it, and the rollup cannot take its sums back.
+            # The database may have committed it or not, and the rollup cannot take its sums back.
             self._forget()
             raise
         known.is_new = False

@@ -82,11 +82,11 @@ class Finding:
     end_reason: str | None = None
     """``well``, ``gone`` (not seen for 30 days), ``part_of`` (a group that contains it is found), or the caller's."""
     probation: str = ""
-    """Since when it is judged whether the worker is well: its ``restart`` or ``quarantine``; empty: being found."""
+    """What began the probation: ``restart`` or ``quarantine``; empty: the worker is on none."""
     was_quarantined: bool = False
     """Whether a quarantine has begun its probation: only the first one does."""
     first_instance: int = 0
-    """Number of that instance: tries of earlier ones do not tell if the worker is well again."""
+    """Number of the instance that the last restart began: tries of earlier ones do not tell if the worker is well."""
     recovery: Recovery | None = None
 
     @property

@@ -38,7 +38,7 @@ NOT_OFFLINE = {
     # They need a cluster.
     "example_kubernetes_executor",
     "example_local_kubernetes_executor",
-    # It needs somebody who fills in a form.
+    # A user has to fill in a form for it.
     "example_params_ui_tutorial",
     # They wait: for a person, a file, another Dag's run, a time of the day, or an hour.
     "example_hitl_operator",
